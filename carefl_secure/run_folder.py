@@ -6,6 +6,7 @@ Layout: ``config.yaml``, ``ledger.jsonl``, ``metrics.jsonl``, ``adapter/``,
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import math
@@ -13,7 +14,8 @@ import os
 import secrets
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,19 @@ class RunFolder:
         if not folder.config.is_file():
             raise RunError(f"{path} is not a run folder: it holds no config.yaml")
         return folder
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep every other command from going on with the run; RunError where one is on it.
+
+        Two would charge the same rounds twice. The system frees the lock when the process ends, however it does.
+        """
+        with (self.path / ".lock").open("ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"another command is training {self.path}; wait for it to end") from error
+            yield
 
     @property
     def finished(self) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import signal
+import sys
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
@@ -57,9 +60,13 @@ class _Group(TyperGroup):
             _complain(f"error: {error}")
             raise typer.Exit(error.exit_code) from error
         except OSError as error:
-            if error.filename is None:  # a stream's
+            full = (
+                error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and getattr(sys.stdout, "fault", None) is None
+            )
+            if error.filename is None and not full:  # a stream's
                 raise
-            _complain(f"error: cannot use {error.filename}: {error.strerror}; check the path and its permissions")
+            advice = "free some space, and resume a run" if full else "check the path and its permissions"
+            _complain(f"error: cannot use {error.filename or 'a file'}: {error.strerror}; {advice}")
             raise typer.Exit(RunError.exit_code) from error
         except KeyboardInterrupt as stop:
             _complain(f"interrupted; {stop}" if isinstance(stop, Interrupted) else "interrupted")
@@ -126,5 +133,6 @@ add_completion(command for commands in _COMMANDS.values() for command in command
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; SIGTERM ends a command as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     run_with_streams(app)

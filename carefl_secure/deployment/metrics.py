@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from carefl_secure.errors import CareflError, EngineError
+from carefl_secure.errors import CareflError, EngineError, RunError
 from carefl_secure.privacy.ledger.statement import RunSpending, delta_for, run_spending
 from carefl_secure.run_folder import RunFolder
 from carefl_secure.web import Answer, web_server
@@ -21,26 +21,29 @@ def run_figures(run: Path) -> dict[str, Any]:
     """Return a run's progress, spending and last missing parties; `RunError` or `LedgerError` for damaged files."""
     folder = RunFolder.open(run)
     rows = folder.read_metrics()
-    plan: dict[str, Any] = folder.read_plan() if folder.plan.exists() else {}
+    plan = folder.read_plan().get("privacy") if folder.plan.exists() else {}
+    if not isinstance(plan, dict):
+        raise RunError(f"{folder.plan} lacks its privacy part; restore it from a copy")
     spent = RunSpending(0, 0, 0.0)
     if folder.ledger.exists():
         spent = run_spending(folder.path, delta_for(folder.path))
     begun = bool(rows or spent.charged)
+    seconds = [row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)]
     return {
         "run": folder.run_id,
         "state": _STATES[2 if folder.finished else begun],
-        "rounds_planned": plan.get("privacy", {}).get("rounds"),
+        "rounds_planned": plan.get("rounds"),
         "rounds_finished": len(rows),
         "rounds_paid": spent.charged,
         "rounds_paid_but_not_opened": spent.charged - spent.opened,
         "epsilon": spent.epsilon if begun and math.isfinite(spent.epsilon) else None,
-        "epsilon_planned": plan.get("privacy", {}).get("target_epsilon"),
+        "epsilon_planned": plan.get("target_epsilon"),
         "survivors": rows[-1].get("survivors") if rows else None,
-        "min_survivors": plan.get("privacy", {}).get("min_survivors"),
+        "min_survivors": plan.get("min_survivors"),
         "bytes_up": rows[-1].get("bytes_up") if rows else None,
         "bytes_down": rows[-1].get("bytes_down") if rows else None,
         "refused": _refused(folder),
-        "seconds_per_round": (sum(float(row.get("seconds", 0)) for row in rows) / len(rows) if rows else None),
+        "seconds_per_round": (sum(seconds) / len(seconds) if seconds else None),
     }
 
 
@@ -48,8 +51,9 @@ def _refused(folder: RunFolder) -> str | None:
     """Name who refused or was away in the last round of the server's log."""
     found: dict[int, set[str]] = {}
     for event in folder.read_events():
-        if event.get("event") == "phase":
-            found.setdefault(event["round"], set()).update(event["refused"])
+        number, names = event.get("round"), event.get("refused")
+        if event.get("event") == "phase" and isinstance(number, int) and isinstance(names, dict):
+            found.setdefault(number, set()).update(names)
     return ", ".join(sorted(found[max(found)])) or None if found else None
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from carefl_secure.errors import ConfigError, ModelError, NonFiniteError
 from carefl_secure.model.label_head import LabelHead
 from carefl_secure.model.loader import Base
-from carefl_secure.model.weights import write_weights
+from carefl_secure.model.weights import saving_to, write_weights
 
 _LAYER = r".*text_model\.layers\.({layers})\."
 _HEAD, _HEAD_WEIGHT = "label_head.", "label_head.linear.weight"
@@ -206,8 +206,8 @@ class Adapter:
             name: torch.cat([part[name] for part in parts], 1 if "lora_B" in name else 0).detach().contiguous()
             for name in parts[0]
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        self.saved_config().save_pretrained(str(folder))
+        with saving_to(folder):
+            self.saved_config().save_pretrained(str(folder))
         if self.head is not None:
             self.head.save(folder)
         write_weights(folder / "adapter_model.safetensors", whole)  # last: it is what tells a finished run

@@ -29,7 +29,9 @@ from carefl_secure.errors import ConfigError
 from carefl_secure.model.embedded import QUESTIONS, build_model, build_processor
 from carefl_secure.model.label_tree import TokenTree, answer_log_likelihoods
 from carefl_secure.model.prompts import Prompter
+from carefl_secure.model.weights import saving_to
 from carefl_secure.progress import Reporter, tracked
+from carefl_secure.run_folder import require_writable, write_atomically
 
 _RECORDS = 32_000
 _BATCH = 64
@@ -51,6 +53,7 @@ def pretrain(output: Path, *, seed: int, steps: int | None, reporter: Reporter) 
     """
     if steps is not None and steps < 1:
         raise ConfigError(f"pretraining needs at least one step, not {steps}")
+    require_writable(output)
     corpus = synthetic_corpus("public", _RECORDS, seed=seed, reporter=reporter)
     processor = build_processor()
     model = build_model(processor, seed)
@@ -186,9 +189,9 @@ class _Lessons:
 def _save(
     model: SmolVLMForConditionalGeneration, processor: Idefics3Processor, output: Path, facts: dict[str, int | str]
 ) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    copy.deepcopy(model).eval().to(torch.float16).save_pretrained(output)
-    processor.save_pretrained(output)
+    with saving_to(output):
+        copy.deepcopy(model).eval().to(torch.float16).save_pretrained(output)
+        processor.save_pretrained(output)
     digest = hashlib.sha256((output / "model.safetensors").read_bytes()).hexdigest()
     origin = {
         "made_by": "carefl-secure pretrain",
@@ -196,4 +199,4 @@ def _save(
         "sha256": digest,
         **facts,
     }
-    (output / _ORIGIN).write_text(json.dumps(origin, indent=2) + "\n")
+    write_atomically(output / _ORIGIN, f"{json.dumps(origin, indent=2)}\n".encode())

@@ -15,7 +15,7 @@ from carefl_secure.errors import ModelError, NonFiniteError
 from carefl_secure.hub import quiet
 from carefl_secure.model.label_head import HEAD_FILE, HEAD_SETTINGS, OLDER_SETTINGS
 from carefl_secure.model.lora import Adapter
-from carefl_secure.model.weights import read_weights
+from carefl_secure.model.weights import read_weights, saving_to
 from carefl_secure.strict_json import check_digest, load_json
 
 _SETTINGS = ("peft_type", "r", "lora_alpha", "target_modules", "bias", "use_dora", "use_rslora")
@@ -107,7 +107,7 @@ def save_merged(adapter: Adapter, folder: Path, dtype: str) -> None:
     for weight in merged.parameters() if dtype == "bfloat16" else ():
         up = torch.randint(1 << 16, weight.shape, generator=seeded, dtype=torch.int32)
         weight.data = (weight.data.view(torch.int32) + up & -65536).view(torch.float32)
-    with quiet():
+    with quiet(), saving_to(folder):
         merged.to(getattr(torch, dtype)).save_pretrained(folder)
         adapter.base.processor.save_pretrained(folder)
     if head is not None:

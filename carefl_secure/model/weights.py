@@ -7,7 +7,8 @@ the header is written anew with sorted names.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from carefl_secure.errors import ModelError
+from carefl_secure.errors import ModelError, RunError
 from carefl_secure.run_folder import write_atomically
 from carefl_secure.strict_json import canonical_json, load_json
 
@@ -30,6 +31,16 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor]) -> None:
     header = canonical_json(load_json(raw[8:end]))
     header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
     write_atomically(path, len(header).to_bytes(8, "little") + header + raw[end:], private=True)
+
+
+@contextmanager
+def saving_to(folder: Path) -> Iterator[None]:
+    """Make a folder for what transformers and PEFT write there; RunError where the file system refuses."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"cannot write {folder}: {error}; free some space or check the permissions") from error
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

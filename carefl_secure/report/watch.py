@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -35,10 +35,21 @@ def snapshot(run: Path, read: Callable[[], Mapping[str, Any]]) -> dict[str, Any]
     try:
         state, folder = read(), RunFolder.open(run)
         rows = folder.read_metrics()
+        return {**_shown(state, rows), "events": [_event(one) for one in folder.read_events()[: -_SHOWN - 1 : -1]]}
     except CareflError as error:
         return {"error": str(error)}
+    except (KeyError, TypeError, ValueError) as error:
+        return {"error": f"metrics.jsonl, plan.json or logs/server.jsonl of {run} is damaged: {error}; restore it"}
+
+
+def _shown(state: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the page shows of a run's figures; ``epsilon`` of an unprotected round is a word."""
     price, planned = finite(state["epsilon"]), finite(state["epsilon_planned"])
-    lines = [round_line(row, finite(float(row["epsilon"])) if "epsilon" in row else None) for row in rows]
+    prices = [row.get("epsilon") for row in rows]
+    lines = [
+        round_line(row, finite(float(one)) if isinstance(one, int | float) else None)
+        for row, one in zip(rows, prices, strict=True)
+    ]
     return {
         "error": None,
         "state": state,
@@ -57,7 +68,6 @@ def snapshot(run: Path, read: Callable[[], Mapping[str, Any]]) -> dict[str, Any]
             }
             for line, row in list(zip(lines, rows, strict=True))[: -_SHOWN - 1 : -1]
         ],
-        "events": [_event(one) for one in folder.read_events()[: -_SHOWN - 1 : -1]],
     }
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,12 @@ def train(
     path = config.run.dir / name if resume is None else resume
     check_start(path, resume=resume is not None)
     reporter.note(f"run folder: {path}")
-    run = _Run(config, reporter, path, engine, resume is not None, confirm)
     try:
-        return run.run()
+        with ExitStack() as held:
+            if resume is not None:
+                held.enter_context(RunFolder.open(path).held())
+            run = _Run(config, reporter, path, engine, resume is not None, confirm)
+            return run.run(held)
     except KeyboardInterrupt as stop:
         raise Interrupted(path, resumable=RunFolder(path).checkpoint.is_file()) from stop
 
@@ -133,8 +137,8 @@ class _Run:
                 choose_fields(agreed.encoding)
         return plan
 
-    def run(self) -> RunSummary:
-        """Run all stages that are not finished."""
+    def run(self, held: ExitStack) -> RunSummary:
+        """Run all stages that are not finished; a new folder is ``held`` until the end."""
         config, last = self._config, len(self._each) - 1
         baselines = self._baselines() if config.evaluation.baselines else {}
         evaluate = self._evaluator(last)
@@ -142,6 +146,8 @@ class _Run:
         done = self._done()
         self._reporter.note(build.opening(config, self._plan.whole, self._corpora[0], untuned))
         record = self._prepare()
+        if not self._resume:
+            held.enter_context(self._folder.held())
         config = self._config
         summaries: list[StageSummary] = []
         ended: list[Vector] = []

@@ -263,7 +263,7 @@ def test_a_readme_that_cannot_take_the_block(written: tuple[Report, Path], text:
 def test_what_a_run_says_of_itself_cannot_become_markup(toy: Path) -> None:
     config = toy / "config.yaml"
     words = "<script>alert(1)</script>|x"
-    config.write_text(config.read_text().replace("source: synthetic", f"source: '{words}'"))
+    config.write_text(config.read_text().partition("\n")[2].replace("source: synthetic", f"source: '{words}'"))
     write_report(toy)
     assert "<script" not in (toy / "report" / "report.html").read_text()
     assert "<script" not in (toy / "report" / "card.md").read_text()

@@ -16,7 +16,7 @@ import pytest
 
 from carefl_secure.deployment.metrics import run_figures
 from carefl_secure.errors import EngineError
-from carefl_secure.report.watch import watching
+from carefl_secure.report.watch import snapshot, watching
 from carefl_secure.rounding import round_up
 from carefl_secure.run_folder import RunFolder
 from tests.report.render.test_page import CHROMIUM, FLAGS, read
@@ -99,6 +99,30 @@ def test_a_ledger_that_was_changed_is_named_and_the_server_goes_on(copy_run: Cal
         assert list(found) == ["error"] and "ledger" in found["error"]
         ledger.write_bytes(whole)
         assert state(port)["error"] is None
+
+
+def test_an_unprotected_run_is_shown(copy_run: Callable[[str], Path]) -> None:
+    run = copy_run("open")
+    state = snapshot(run, lambda: run_figures(run))
+    assert state["error"] is None and {row["epsilon"] for row in state["rounds"]} == {"–"}
+    json.dumps(state, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plan.json", '{"privacy": []}'),
+        ("plan.json", '{"privacy": {"target_epsilon": "x"}}'),
+        ("metrics.jsonl", '{"round": 1, "survivors": "x"}\n'),
+        ("metrics.jsonl", '{"round": 1, "noise_norm": 1.0}\n'),
+        ("logs/server.jsonl", '{"time": "x"}\n'),
+    ],
+)
+def test_a_damaged_run_is_named_and_no_trace_is_shown(toy: Path, name: str, text: str) -> None:
+    (toy / name).parent.mkdir(exist_ok=True)
+    (toy / name).write_text(text)
+    error = snapshot(toy, lambda: run_figures(toy))["error"]
+    assert name.rpartition("/")[2] in error
 
 
 def test_a_run_that_has_not_begun(tmp_path: Path) -> None:
