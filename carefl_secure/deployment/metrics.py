@@ -28,7 +28,7 @@ def run_figures(run: Path) -> dict[str, Any]:
     if folder.ledger.exists():
         spent = run_spending(folder.path, delta_for(folder.path))
     begun = bool(rows or spent.charged)
-    seconds = [row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)]
+    seconds = [float(one) for row in rows if isinstance(one := row.get("seconds"), int | float)]
     return {
         "run": folder.run_id,
         "state": _STATES[2 if folder.finished else begun],
