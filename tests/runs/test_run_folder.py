@@ -171,7 +171,7 @@ def test_an_interrupted_run_says_where_it_is(tmp_path: Path, monkeypatch: pytest
             assert not path.exists() and notes == [f"run folder: {path}"]  # named at the start
             self.folder = RunFolder.create(path.parent, "", path.name)
 
-        def run(self) -> None:
+        def run(self, held: object) -> None:
             if finished:
                 self.folder.write_checkpoint({"round": 1})
             raise KeyboardInterrupt
