@@ -23,6 +23,7 @@ from carefl_secure.model.embedded import QUESTIONS
 from carefl_secure.model.label_scorer import LabelScorer, RecordLosses
 from carefl_secure.model.loader import load_base
 from carefl_secure.model.lora import Adapter
+from carefl_secure.model.text_states import TextStates
 from carefl_secure.model.vision.encode import vision_features
 from carefl_secure.privacy.clipping.clipped_sum import Clipping
 from carefl_secure.progress import SilentReporter
@@ -185,7 +186,7 @@ def run(tmp_path: Path, *more: str) -> Config:
     return load_config(None, list({word.partition("=")[0]: word for word in chosen}.values()))
 
 
-def test_a_whole_run_with_the_describer_says_so(tmp_path: Path) -> None:
+def test_a_whole_run_with_the_describer_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes = Notes()
     few = ["data.records=64", "federation.clients=3", "simulation.dropout=0"]
     said = ["model.context=own", "model.context_error=0.1", "adapter.head=text"]
@@ -199,7 +200,11 @@ def test_a_whole_run_with_the_describer_says_so(tmp_path: Path) -> None:
     head = load_file(summary.folder / "adapter" / "label_head.safetensors")
     assert not any(value.any() for name, value in lora.items() if "lora_B" in name)
     assert head["linear.weight"].all() and head["scale"].std() > 0 and not head["share"]
+    made: list[int] = []
+    read = TextStates._read
+    monkeypatch.setattr(TextStates, "_read", lambda self, *prompt: made.append(len(prompt[0])) or read(self, *prompt))
     found = evaluate(summary.folder, SilentReporter(), settings=Settings(replicates=20, minimum=10)).evaluation
+    assert made.count(1) == 2 + 32  # the images that are timed, each with its state
     assert found.figures["mAP"] == pytest.approx(summary.after["mAP"], abs=1e-3)
     plain = train(run(tmp_path, *few), Notes())
     assert summary.before["mAP"] != plain.before["mAP"]

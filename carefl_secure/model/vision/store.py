@@ -125,6 +125,10 @@ class FeatureStore:
         self._names: set[str] = set()
         self._lock = threading.Lock()
 
+    def empty(self) -> FeatureStore:
+        """Return another store of the same encoder, in memory, that holds nothing."""
+        return FeatureStore(None, self._facts, self.shape, self.dtype)
+
     def refresh(self, reporter: Reporter) -> None:
         """Take up what this or another process has completed since; check every file first."""
         if self.root is None:
