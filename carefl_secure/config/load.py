@@ -130,7 +130,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file of sections, refusing a key that is given twice, and a file that `with_sha256` does not fit."""
+    """Read a YAML file of sections; a key that is given twice, and a changed file of a run, are refused."""
     path = resolve_shipped(path)
     try:
         text = path.read_text(encoding="utf-8")
@@ -139,7 +139,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"cannot read the configuration {path}: {error}. Give --config an existing YAML file."
         ) from error
     first, _, rest = text.partition("\n")
-    if first.startswith(_SHA256) and with_sha256(rest) != text:
+    # In a run folder alone: whoever copies a configuration elsewhere does so to change it.
+    kept = first.startswith(_SHA256) and (path.parent / "plan.json").exists()
+    if kept and with_sha256(rest) != text:
         raise ConfigError(
             f"{path} was changed after it was written; restore it from a copy, or remove its first line where the "
             "change is intended"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -307,3 +308,13 @@ def test_help_names_the_extras_to_install(run: Callable[..., Result]) -> None:
     out = " ".join(run("train", "--help").stdout.replace("│", " ").split())
     assert "carefl-secure[ray]" in out
     assert "carefl-secure[tracking]" in out
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
+    code = (
+        "import os, signal; from carefl_secure.cli import app\n"
+        "app.run_with_streams = lambda command: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "try: app.main()\nexcept KeyboardInterrupt: print('interrupted')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "interrupted\n", done.stderr

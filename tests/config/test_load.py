@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from carefl_secure.config import Config, dump_config, load_config
 from carefl_secure.config.explain import FLAGS, KNOWN, REMOVED, RENAMED, RENAMED_VALUES
+from carefl_secure.config.load import with_sha256
 from carefl_secure.errors import ConfigError
 
 
@@ -225,3 +226,15 @@ def test_any_valid_settings_survive_the_file(
     assert load_config(written(folder, dump_config(config))) == config
     assert config.privacy.epsilon == epsilon
     assert config.privacy.delta == delta
+
+
+def test_the_configuration_of_a_run_is_as_it_was_written_and_a_copy_may_be_changed(tmp_path: Path) -> None:
+    text = with_sha256(dump_config(load_config(None, ["federation.rounds=7"])))
+    path = written(tmp_path, text)
+    assert load_config(path).federation.rounds == 7
+    written(tmp_path, text.replace("rounds: 7", "rounds: 9"))
+    assert load_config(path).federation.rounds == 9  # a copy, changed on purpose
+    (tmp_path / "plan.json").write_text("{}")  # a run's folder
+    assert "was changed after it was written" in refused(path=path)
+    written(tmp_path, text)
+    assert load_config(path).federation.rounds == 7

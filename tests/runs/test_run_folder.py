@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -186,3 +188,19 @@ def test_an_interrupted_run_says_where_it_is(tmp_path: Path, monkeypatch: pytest
     assert stop.value.folder == path and stop.value.resumable == bool(finished)
     said = f"--resume {path}" if finished else "nothing to resume"
     assert said in str(stop.value)
+
+
+def test_one_command_at_a_time_goes_on_with_a_run(tmp_path: Path) -> None:
+    made = RunFolder.create(tmp_path, "")
+    code = (
+        "import sys; from pathlib import Path; from carefl_secure.run_folder import RunFolder\n"
+        "with RunFolder(Path(sys.argv[1])).held(): print('held', flush=True); sys.stdin.read()"
+    )
+    words = [sys.executable, "-c", code, str(made.path)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None and other.stdout.readline() == "held\n"
+        with pytest.raises(RunError, match="another command"), made.held():
+            pass
+        other.kill()  # a process that dies leaves no lock behind
+    with made.held():
+        pass
