@@ -312,7 +312,7 @@ def test_help_names_the_extras_to_install(run: Callable[..., Result]) -> None:
 
 def test_sigterm_ends_a_command_as_ctrl_c_does() -> None:
     code = (
-        "import os, signal; from carefl_secure.cli import app\n"
+        "import os, signal, sys; import carefl_secure.cli.app; app = sys.modules['carefl_secure.cli.app']\n"
         "app.run_with_streams = lambda command: os.kill(os.getpid(), signal.SIGTERM)\n"
         "try: app.main()\nexcept KeyboardInterrupt: print('interrupted')"
     )
