@@ -58,9 +58,10 @@ class LabelHead(nn.Module):
     it reduces up to 8 directions of u to the deviation of the next. ``share`` multiplies the base's own scores
     (`base_share`); at 0 the head is ``alone``.
 
-    A head that reads text takes the frozen language model in place of the vision side: its last hidden states, meant
-    over the prompt with image and caption (`TextStates`), are the one cell. Channels of language models differ in size
-    by orders of magnitude, so each is divided by its standard deviation over public records first. R is that of noise.
+    A head that reads text takes the frozen language model in place of the vision side: the mean of its last hidden
+    states over the prompt with image and caption (`TextStates`) is the one cell. Channels of language models differ in
+    size by orders of magnitude, so each is divided by its standard deviation over public records first. R is that of
+    noise.
 
     Guarantees
     ----------

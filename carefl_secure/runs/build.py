@@ -48,7 +48,8 @@ _HEAD_RATE = 0.03  # of Adam, for a label head of any size
 NOISY_RATE = 0.0175
 """Rate of Adam for a label head that is trained alone, under noise."""
 _HEAD_MOMENTUM = 0.5
-_QUIET_RATE, _QUIET_EPS = 0.06, 1e-3  # of a head alone without noise; eps in gains of the head
+_QUIET_RATE, _QUIET_EPS, _WHOLE_EPS = 0.06, 1e-3, 4e-3  # of a head alone without noise; eps in gains of the head,
+# the latter where every round draws all records
 _RULE = 1.1
 ADAPTER_NEEDS = 10.0
 """Signal over noise that noise may leave at most for an adapter to be trained next to a head that reads text."""
@@ -278,7 +279,8 @@ def make_optimizer(config: Config, adapter: Adapter, finished: int = 0) -> Serve
     if head is not None and head.alone:
         betas = head_betas(config)
         # Small entries of an exact gradient are not noise: they take small steps, as in plain descent.
-        own, eps = (_QUIET_RATE, _QUIET_EPS * head.gain) if config.privacy.unit == "none" else (NOISY_RATE, eps)
+        quiet = _WHOLE_EPS if config.privacy.sample_rate == 1 else _QUIET_EPS
+        own, eps = (_QUIET_RATE, quiet * head.gain) if config.privacy.unit == "none" else (NOISY_RATE, eps)
     scale = np.where(adapter.head_entries(), own / rule_rate(adapter), 1.0)
     return make(masks[0]) if masks[0].all() else Alternating([(make(mask), mask) for mask in masks], finished)
 

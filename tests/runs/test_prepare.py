@@ -217,6 +217,22 @@ def test_a_head_alone_takes_less_momentum_and_any_other_adapter_what_is_set(smal
     assert second_step("federation.betas=[0.1,0.99]") == pytest.approx(0.1 * 0.9 / (1 - 0.1**2) * kept, rel=1e-3)
 
 
+def test_small_entries_take_smaller_steps_where_rounds_draw_all_records(small: Callable[..., Config]) -> None:
+    config = small("privacy.unit=none")
+    adapter = label_scorer(config, load_corpora(config, SilentReporter()).private.space).adapter
+    assert adapter.head is not None
+    adapter.head.weigh(0.0)
+    head, gradient = adapter.head_entries(), np.full(adapter.dimension, 1e-3 * adapter.head.gain)
+
+    def step(*more: str) -> float:
+        words = ("federation.server_lr=0.03", "privacy.unit=none", *more)
+        return float(np.abs(make_optimizer(small(*words), adapter).step(0 * gradient, gradient))[head].max())
+
+    part, whole = step("privacy.sample_rate=0.9"), step("privacy.sample_rate=1")
+    assert part == pytest.approx(0.06 * 1e-3 / (1e-3 + 1e-3), rel=1e-3)  # g / (|g| + eps)
+    assert whole == pytest.approx(0.06 * 1e-3 / (1e-3 + 4e-3), rel=1e-3)
+
+
 def test_a_round_of_a_pilot_is_as_noisy_as_a_round_of_the_run() -> None:
     plan = plan_with(load_config(None, ["privacy.clipping_norm=0.5"]), 1000, 2000)
     round_batch, noise, rng = plan.expected_batch(7), plan.noise_norm(7), np.random.default_rng(0)
