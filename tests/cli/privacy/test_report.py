@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Path:
             target_epsilon=8.0,
         )
     )
-    folder = RunFolder.create(tmp_path, "toy: true\n", "toy")
+    folder = RunFolder.create(tmp_path, "toy: true\nunsafe_deterministic_noise: false\n", "toy")
     zeros = np.zeros(64, np.float32)
     federate(plan, [Task()] * 3, zeros, optimizer=FedAvg(0.1), folder=folder, base_hash=bytes(32))
     return folder.path
