@@ -48,6 +48,7 @@ def run(tmp_path: Path) -> Path:
     folder = RunFolder.create(tmp_path, "toy: true\nunsafe_deterministic_noise: false\n", "toy")
     zeros = np.zeros(64, np.float32)
     federate(plan, [Task()] * 3, zeros, optimizer=FedAvg(0.1), folder=folder, base_hash=bytes(32))
+    (folder.adapter / "adapter_model.safetensors").touch()  # what a run writes last
     return folder.path
 
 
@@ -64,6 +65,13 @@ def test_a_sound_run(run: Path) -> None:
     found = json.loads(report(run, "--json").stdout)
     assert found["verdict"] == "accounted"
     assert found == json.loads((run / "report" / "report.json").read_text())
+
+
+def test_a_run_without_its_weights_is_written_then_refused(run: Path) -> None:
+    (run / "adapter" / "adapter_model.safetensors").unlink()
+    result = report(run, "--json")
+    assert result.exit_code == 40 and "holds no adapter weights" in result.stderr
+    assert json.loads(result.stdout)["verdict"] == "accounted"
 
 
 def test_a_void_run_is_written_then_refused(run: Path) -> None:
