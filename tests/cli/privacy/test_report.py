@@ -102,7 +102,7 @@ def test_status_ledgers_and_report_show_one_figure(run: Path) -> None:
         assert f"rounds paid{'':17}{whole}\n" in state
         assert f"rounds paid but not opened  {whole - 2}\n" in state
         stated = json.loads(CliRunner().invoke(app, ["status", str(run), "--json"]).stdout)
-        assert stated["epsilon"] == price and stated["state"] == "begun"
+        assert stated["epsilon"] == price and stated["state"] == "finished"
         shown = CliRunner().invoke(app, ["ledger", "show", str(run)]).stdout
         assert f"the largest epsilon of 4 ledgers counts: {text}\n" in shown
         found = json.loads(report(run, "--json").stdout)
