@@ -41,9 +41,9 @@ class TextStates:
 
     Guarantees
     ----------
-    A row depends on its own record, the question and the frozen base; `keep` stores it on this machine only, by the
-    SHA-256 of the image's features and the prompt's tokens, where and as `FeatureStore` keeps vision features. In
-    bfloat16 a row also depends on the lengths of the prompts that it was computed with, by rounding.
+    A row depends on its own record, the question and the frozen base alone: each record goes through the model by
+    itself, as in bfloat16 the length of a batch would change its rounding. `keep` stores it on this machine only, by
+    the SHA-256 of the image's features and the prompt's tokens, where and as `FeatureStore` keeps vision features.
     """
 
     adapter: Adapter
@@ -54,14 +54,12 @@ class TextStates:
 
         Features that require a gradient are given one: an audit searches for them.
         """
-        base = self.adapter.base
-        prefix, attention = prompts(base, self.question, features, captions)
-        if searched(features):
-            return self._read(features, prefix, attention)
-        keys = _keys(features, prefix, attention)
-        if all(key in base.states for key in keys):
-            return base.states.features(keys)[:].to(base.device)
-        return self._read(features, prefix, attention)
+        base, rows = self.adapter.base, self._prompts(features, captions)
+        if not searched(features):
+            keys = _keys(features, rows)
+            if all(key in base.states for key in keys):
+                return base.states.features(keys)[:].to(base.device)
+        return torch.cat([self._read(features[i : i + 1], row) for i, row in enumerate(rows)])
 
     def keep(self, features: Features, captions: Sequence[str] | None, reporter: Reporter) -> None:
         """Compute and store the states of all records that the store lacks, in batches."""
@@ -73,30 +71,33 @@ class TextStates:
             for start in range(0, count, _BATCH):
                 some = features[start : start + _BATCH]
                 said = None if captions is None else captions[start : start + _BATCH]
-                prefix, attention = prompts(base, self.question, some, said)
-                keys = _keys(some, prefix, attention)
-                if not all(key in base.states for key in keys):
-                    if not noted:
-                        note_size(base.states, count - start, reporter, what="language model states")
-                        noted = True
-                    writer.add(keys, self._read(some.to(base.device), prefix, attention).cpu())
-                reporter.advance(task, len(keys))
+                rows = self._prompts(some, said)
+                for place, key in enumerate(_keys(some, rows)):
+                    if key not in base.states:
+                        if not noted:
+                            note_size(base.states, count - start, reporter, what="language model states")
+                            noted = True
+                        one = some[place : place + 1].to(base.device)
+                        writer.add([key], self._read(one, rows[place]).cpu())
+                    reporter.advance(task)
         reporter.finish(task)
 
-    def _read(self, features: Tensor | Tiles, prefix: Tensor, attention: Tensor) -> Tensor:
+    def _prompts(self, features: Tensor | Tiles, captions: Sequence[str] | None) -> list[Tensor]:
+        """Return the tokens of each record's prompt, without padding."""
+        prefix, attention = prompts(self.adapter.base, self.question, features, captions)
+        return [row[real] for row, real in zip(prefix, attention.bool(), strict=True)]
+
+    def _read(self, features: Tensor | Tiles, tokens: Tensor) -> Tensor:
+        """Return the state of one record, [1, 1, width]."""
         base: Any = self.adapter.module.get_base_model()
-        device = self.adapter.base.device
         tiles = features.tiles if isinstance(features, Tiles) else features
         with self.adapter.disabled(), torch.set_grad_enabled(searched(features)):
             hidden = base.model(
-                input_ids=prefix.to(device),
-                attention_mask=attention.to(device),
-                position_ids=(attention.cumsum(1) - 1).clamp(min=0).to(device),
+                input_ids=tokens[None].to(self.adapter.base.device),
                 mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=tiles)},
                 use_cache=False,
             ).last_hidden_state
-        weights = attention.to(device).float().unsqueeze(2)
-        mean: Tensor = (hidden.float() * weights).sum(1, keepdim=True) / weights.sum(1, keepdim=True)
+        mean: Tensor = hidden.float().mean(1, keepdim=True)
         return mean
 
 
@@ -105,13 +106,13 @@ def searched(features: object) -> bool:
     return isinstance(features, Tensor) and features.requires_grad
 
 
-def _keys(features: Tensor | Tiles, prefix: Tensor, attention: Tensor) -> list[bytes]:
-    """Return the key of each record: SHA-256 over its features and the tokens of its prompt, without padding."""
+def _keys(features: Tensor | Tiles, prompts: Sequence[Tensor]) -> list[bytes]:
+    """Return the key of each record: SHA-256 over its features and the tokens of its prompt."""
     found = []
-    for place in range(len(features)):
+    for place, tokens in enumerate(prompts):
         one = features[place : place + 1]
         rows = one.tiles if isinstance(one, Tiles) else one
-        digest = hashlib.sha256(prefix[place][attention[place].bool()].numpy().tobytes())
+        digest = hashlib.sha256(tokens.numpy().tobytes())
         digest.update(rows.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         found.append(digest.digest())
     return found

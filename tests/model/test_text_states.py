@@ -78,6 +78,12 @@ def test_a_row_follows_its_own_record_alone(tiny: Path) -> None:
     assert torch.allclose(together, alone, atol=1e-4)
     rest = [0, 2, 3, 4, 5]
     assert torch.allclose(together[rest], changed[rest], atol=1e-5)
+    # In bfloat16, where padding changes rounding, what the head reads of a record is the same to the last bit.
+    base = load_base(str(tiny), quantization="none", compute_dtype="bfloat16")
+    rounded = TextStates(Adapter(base, rank=2, alpha=4, targets=("q", "v")), QUESTION)
+    seen = features().bfloat16()
+    alone = torch.cat([rounded(seen[i : i + 1], SAID[i : i + 1]) for i in range(6)])
+    assert torch.equal(rounded(seen, SAID), alone)
     assert abs(float(together[1] - changed[1])) > 1e-3
 
 
@@ -96,19 +102,19 @@ def test_states_are_made_once_and_kept_for_their_owner(
     made: list[int] = []
     read = TextStates._read
 
-    def counted(self: TextStates, tiles: Tensor, *prompt: Tensor) -> Tensor:
+    def counted(self: TextStates, tiles: Tensor, tokens: Tensor) -> Tensor:
         made.append(len(tiles))
-        return read(self, tiles, *prompt)
+        return read(self, tiles, tokens)
 
     monkeypatch.setattr(TextStates, "_read", counted)
     first = reading(tiny, tmp_path / "cache")
     scores = first.all(features(), captions=SAID)
     learner(first, SAID).losses(range(6))
-    assert made == [6]
+    assert made == [1] * 6  # each record by itself
     again = reading(tiny, tmp_path / "cache")
-    assert np.array_equal(again.all(features(), captions=SAID), scores) and made == [6]
+    assert np.array_equal(again.all(features(), captions=SAID), scores) and len(made) == 6
     again.all(features(), captions=[*SAID[:5], "bright"])  # another caption is another record
-    assert sum(made) == 12
+    assert len(made) == 7
     (found,) = list_encoders(tmp_path / "cache")
     assert found.images == 7 and "states of texts" in found.base
     for path in (tmp_path / "cache").rglob("*"):
