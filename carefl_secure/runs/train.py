@@ -290,7 +290,10 @@ class _Run:
             ledgers=config.privacy.ledgers,
             max_epsilon=config.privacy.max_epsilon,
         )
-        self._adapter.load(start)  # its share of the base's scores decides what trains
+        # Its share of the base's scores decides what trains: that which an interrupted stage began with.
+        begun = self._folder.read_checkpoint().get("adapter") if going_on else start
+        known = isinstance(begun, np.ndarray) and begun.size >= start.size
+        self._adapter.load(np.asarray(begun, np.float32)[: start.size] if known else start)
         optimizer = build.make_optimizer(config, self._adapter, stage.offset)
         first = start
         if (adaptive := AdaptiveNorm.of(plan.privacy)) is not None:

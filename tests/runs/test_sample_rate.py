@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from safetensors.numpy import load_file
 
 from carefl_secure.config import Config, dump_config, load_config
 from carefl_secure.errors import ConfigError
@@ -180,7 +181,10 @@ def test_a_resumed_run_keeps_its_rate(
     kept = plan_of(stop.value.folder)
     monkeypatch.setattr(sample_rate, "_MOST", 0.25)  # as under the rule of another version
     assert plan_only(config, SilentReporter())["plan"]["privacy"]["sample_rate"] == 0.25
+    settle(0.4)  # another machine finds another share; the run goes on as it began
     summary = train(config, SilentReporter(), resume=stop.value.folder)
+    weights = load_file(summary.folder / "adapter" / "adapter_model.safetensors")
+    assert not any(value.any() for name, value in weights.items() if "lora_B" in name)
     assert len(summary.rows) == 2 and plan_of(summary.folder) == kept and kept.privacy.sample_rate == 0.5
     assert {event.sample_rate for event in Ledger(summary.folder / "ledger.jsonl").events()} == {0.5}
 
