@@ -585,7 +585,9 @@ def test_every_choice_runs_in_stages(settings: Settings, tmp_path: Path, more: d
     assert [row["round"] for row in summary.rows] == [1, 2, 3, 4]
     assert verdicts(summary.folder) == []
     again = evaluate(summary.folder, SilentReporter()).evaluation
-    assert again.figures["mAP"] == pytest.approx(summary.after["mAP"], abs=1e-6)
+    # A merged adapter adds up in another order, which may swap two records whose scores all but tie.
+    tolerance = 0.01 if more.get("stages__handover") == "merge" else 1e-6
+    assert again.figures["mAP"] == pytest.approx(summary.after["mAP"], abs=tolerance)
     if more.get("federation__aggregator") == "feddyn":
         kept = list((summary.folder / "clients" / "0").glob("feddyn-*.bin"))
         assert len(kept) == 2  # a stage begins with a fresh correction
