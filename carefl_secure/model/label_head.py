@@ -96,7 +96,8 @@ class LabelHead(nn.Module):
         cells = min(_CELLS, self._side) ** 2 or 1
         self._factor = _STEP / (cells * width)
         self._block = cells * width if noisy else width
-        rows = min(_DIRECTIONS if noisy or text else width, max(1, _VALUES // self._block))
+        self._few = noisy or text  # R reduces a few directions, and whitens nothing
+        rows = min(_DIRECTIONS if self._few else width, max(1, _VALUES // self._block))
         if text:
             self.scale = nn.Parameter(torch.ones(width), requires_grad=False)
         self.centre = nn.Parameter(torch.zeros(cells * width), requires_grad=False)
@@ -127,14 +128,14 @@ class LabelHead(nn.Module):
         """
         self.set_centre(features)
         blocks = (self._cells(features.to(self.centre.device)) - self.centre).view(-1, self._block).double()
-        rows, noisy = len(self.reduction), self._noisy or self.reads == "text"
+        rows, few = len(self.reduction), self._few
         self.reduction.zero_()
-        rows = min(rows, len(blocks) // _RECORDS_EACH) if noisy else rows * (len(features) >= _WHITENED)
+        rows = min(rows, len(blocks) // _RECORDS_EACH) if few else rows * (len(features) >= _WHITENED)
         if not rows:
             return
         _, lengths, directions = torch.linalg.svd(blocks, full_matrices=False)
         variances = lengths.square() / len(blocks)
-        if not noisy:
+        if not few:
             variances += _FLOOR * variances.mean()
         floor = variances[min(rows, len(variances) - 1)]
         keeps = (floor / variances[:rows].clamp_min(1e-12)).sqrt().clamp(max=1)
@@ -161,8 +162,8 @@ class LabelHead(nn.Module):
     def _cells(self, features: Tensor) -> Tensor:
         last = features[:, -self._tokens :].float()
         if self.reads == "text":
-            cells = last[:, -1:] * self.scale
-        elif self._side:
+            last = last * self.scale
+        if self._side:
             square = last.transpose(1, 2).reshape(len(last), -1, self._side, self._side)
             cells = F.adaptive_avg_pool2d(square, min(_CELLS, self._side)).flatten(2).transpose(1, 2)
         else:
